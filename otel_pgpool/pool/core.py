@@ -38,7 +38,7 @@ class Core(Handover):
     lock what takes time, such as connecting and closing. The rules of the lock are written beside it in `SlotTable`.
     """
 
-    __slots__ = ("closed_at", "fill_waiters", "max_attempts", "outage", "retry_thread")
+    __slots__ = ("closed_at", "fill_waiters", "max_attempts", "outage", "retry_thread", "stays_open")
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Core(Handover):
         self.max_attempts = max_attempts
         self.fill_waiters: list[OneShotEvent] = []  # callers that wait for minconn connections
         self.outage: Outage | None = None
+        self.stays_open = False  # opened in the background: a failed wait of another caller does not undo that
         self.closed_at = NEVER  # when the pool was closed
         self.retry_thread: object = None  # the only connector that connects during an outage
 
@@ -212,8 +213,8 @@ class Core(Handover):
 
     # The whole pool
 
-    def open(self) -> None:
-        """Open the pool for checkouts.
+    def open(self, *, stays: bool = False) -> None:
+        """Open the pool for checkouts; it stays open after a failure if one caller has asked for that.
 
         Raises:
             PoolClosed: the pool is closed.
@@ -222,10 +223,13 @@ class Core(Handover):
             if self.state is State.CLOSED:
                 raise PoolClosed(f"pool {self.name!r}: connection pool is closed")
             self.state = State.OPEN
+            self.stays_open |= stays
 
-    def rollback_open(self) -> list[Slot]:
-        """Undo `open` after a failure; return the idle slots, which the caller has to close."""
+    def rollback_open(self) -> list[Slot] | None:
+        """Undo `open` after a failure; return the idle slots, which the caller has to close, or None: it stays open."""
         with self.lock:
+            if self.stays_open:
+                return None
             if self.state is State.OPEN and len(self.queue) == 0:  # a pool with waiters stays open for them
                 self.state = State.NEW
                 self.outage = None

@@ -9,7 +9,7 @@ from otel_pgpool.errors import LONGEST_HOLDERS, PoolClosed, TooManyRequests
 from otel_pgpool.pool.checkout import NEVER, Attempt, Blocker, Checkout, Slot
 from otel_pgpool.pool.holds import HoldTable
 from otel_pgpool.pool.slots import CHECK_BYPASS_WINDOW
-from otel_pgpool.pool.waiters import Queue, SuspendedQueue, Waiter
+from otel_pgpool.pool.waiters import Queue, Waiter
 from otel_pgpool.types import CheckoutPath, DiscardReason
 
 if TYPE_CHECKING:
@@ -245,13 +245,13 @@ class Handover(HoldTable):
         with self.lock:
             if self.suspended_at is None:
                 self.suspended_at = now
-            self.queue = SuspendedQueue(self.queue)
+            self.queue.suspend()
 
     def resume(self, now: float) -> None:
         """Serve waiters again, from the idle connections at first."""
         with self.lock:
             self.suspended_at = None
-            self.queue = Queue(self.queue)
+            self.queue.resume()
             self._serve_waiters(now)
 
     # Release

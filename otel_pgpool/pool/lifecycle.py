@@ -41,9 +41,11 @@ class Lifecycle(Part):
     def open(self, timeout: float | None, *, wait: bool | None) -> None:
         """Open the pool; wait for ``minconn`` connections, up to ``timeout`` seconds. None: see `PoolControl.open`.
 
-        A pool that was not open before is not open after a wait that failed.
+        A pool that was not open before is not open after a wait that failed, unless another caller has opened it in
+        the background meanwhile.
         """
         if wait is False:
+            self._core.open(stays=True)
             self._acquirer.ensure_open()
             return
         if self._core.state is State.OPEN:
@@ -53,8 +55,10 @@ class Lifecycle(Part):
         try:
             self.wait(timeout)
         except BaseException:
-            self._discarder.discard(self._core.rollback_open(), DiscardReason.CLOSED)
-            self._connectors.stop()
+            undone = self._core.rollback_open()
+            if undone is not None:
+                self._discarder.discard(undone, DiscardReason.CLOSED)
+                self._connectors.stop()
             raise
 
     def wait(self, timeout: float | None) -> None:

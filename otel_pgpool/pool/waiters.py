@@ -85,6 +85,17 @@ class Queue(OrderedDict["Checkout", Waiter]):
         self.leave(waiter.checkout)
         waiter.set(error)
 
+    # A change of class instead of a new object: a signal handler may suspend the pool while its thread is in `join`,
+    # whose waiter must be in the queue afterwards. A flag would need a `__bool__` here, a call in every checkout.
+
+    def suspend(self) -> None:
+        """Serve nobody from now on."""
+        self.__class__ = SuspendedQueue
+
+    def resume(self) -> None:
+        """Serve the waiters again, in their order."""
+        self.__class__ = Queue
+
 
 class SuspendedQueue(Queue):
     """The queue of a suspended pool. It has no first waiter, so that nobody is served.

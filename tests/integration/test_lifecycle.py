@@ -116,6 +116,20 @@ def test_open_with_a_wait_of_its_own(dsn: str) -> None:
             pool.open(wait)
 
 
+def test_a_failed_wait_does_not_undo_an_opening_in_the_background(dsn: str) -> None:
+    """The pool that another thread has opened by `open(wait=False)` meanwhile stays open, and fills."""
+    gate = Gate(free=0)
+    with closing(make(1, 1, dsn, open=False, connection_factory=gate)) as pool:
+        failed = in_thread(pool.open, None, 0.3)
+        assert wait_until(lambda: gate.calls == 1)
+        pool.open(wait=False)
+        with pytest.raises(PoolTimeout):
+            failed.result(PATIENCE)
+        assert pool.stats().status != "new"
+        gate.open()
+        assert wait_until(lambda: pool.stats().idle == 1)
+
+
 def test_constructor_that_fails_leaves_nothing(own_server: PostgresServer) -> None:
     """Neither thread nor name nor connection."""
     own_server.stop()

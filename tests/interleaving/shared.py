@@ -217,7 +217,20 @@ def watched_container(kind: type) -> type:
                 continue
             body[name] = wrap(method)
     body["is_watched"] = True
+    if issubclass(kind, Queue):
+        body.update(suspend=_changing(SuspendedQueue), resume=_changing(Queue))
     return type(kind.__name__, (kind,), body)
+
+
+def _changing(kind: type) -> Any:
+    """Return the method that changes the class of a queue, and whose accesses are noted afterwards as before."""
+
+    def changes(self: Any) -> None:
+        if HERE.runner is not None:
+            touch(name_of(self), writes=True)
+        self.__class__ = watched_container(kind)
+
+    return changes
 
 
 KINDS = {list, set, dict, deque, Counter, OrderedDict, defaultdict, Queue, SuspendedQueue}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from otel_pgpool.pool.checkout import Checkout, ManualCheckout, begin
-from otel_pgpool.pool.waiters import OneShotEvent, Queue
-from tests.support.fakes import FakeConnection, awake
+from otel_pgpool.pool.waiters import OneShotEvent, Queue, Waiter
+from tests.support.fakes import FakeConnection, awake, lent_out, served
 
 
 def asked_at(started: float) -> Checkout:
@@ -97,3 +97,26 @@ def test_a_crowd_leaves_in_linear_time() -> None:
         queue.leave(checkout)
     assert not queue
     assert compared < 2000
+
+
+@pytest.mark.parametrize("ends_suspended", [True, False])
+def test_a_waiter_that_joins_while_a_signal_handler_suspends(
+    monkeypatch: pytest.MonkeyPatch,
+    ends_suspended: bool,
+) -> None:
+    """It is in the queue afterwards, and gets the next connection of a pool that is resumed."""
+    desk, holder, conn = lent_out()
+    joined = Queue.join
+
+    def interrupted(queue: Queue, checkout: Checkout) -> Waiter:
+        desk.core.suspend(desk.now)
+        if not ends_suspended:
+            desk.core.resume(desk.now)
+        return joined(queue, checkout)
+
+    monkeypatch.setattr(Queue, "join", interrupted)
+    waiter = desk.join()
+    if ends_suspended:
+        desk.core.resume(desk.now)
+    desk.give_back(holder, conn)
+    assert served(waiter)
