@@ -32,7 +32,8 @@ FLOODERS = 50
 
 def longest_delay(number: int) -> float:
     """Return the delay after a failed attempt to connect as it is without jitter."""
-    return min(backoff.LONGEST_DELAY, backoff.FIRST_DELAY * 2 ** min(number - 1, backoff.MOST_DOUBLINGS))
+    delay: float = backoff.FIRST_DELAY * 2 ** min(number - 1, backoff.MOST_DOUBLINGS)
+    return min(backoff.LONGEST_DELAY, delay)
 
 
 def ping(conn: Connection, *_check: object) -> None:

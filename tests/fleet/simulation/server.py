@@ -114,7 +114,7 @@ class Bouncer:
         number = len(self.logins)
         self._free_at = max(self._free_at, tasks.now) + costs.login_cpu
         tasks.sleep(self._free_at - tasks.now + costs.login_latency)
-        if not self._is_up or epoch != self._starts:
+        if epoch != self._starts:
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
         if len(self.clients) >= costs.max_client_conn:
             raise psycopg2.OperationalError("no more connections allowed (max_client_conn)")

@@ -81,12 +81,13 @@ class Lock:
         me, tasks = getcurrent(), Here.tasks
         self._waiting.append(me)
         if timeout >= 0:
-            tasks.at(tasks.now + timeout, lambda: me in self._waiting and self._give_up(me))
+            tasks.at(tasks.now + timeout, lambda: self._give_up(me))
         return bool(tasks.wait())
 
     def _give_up(self, task: greenlet) -> None:
-        self._waiting.remove(task)
-        task.switch(False)
+        if task in self._waiting:
+            self._waiting.remove(task)
+            task.switch(False)
 
     def release(self) -> None:
         """Unlock it, or pass it to the first that waits."""
