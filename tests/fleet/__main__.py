@@ -7,12 +7,15 @@ import sys
 
 PARTS = ("real", "telemetry", "write")
 """The modules of this package with a function ``main(arguments)``, in the order of a whole run."""
+ALONE = ("simulate",)
+"""Modules that run only if they are named: the costs of the simulation are assumed, not yet held against real runs."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the named part with the other arguments, or all parts."""
-    if arguments and arguments[0] not in PARTS:
-        print(f"part {arguments[0]!r}: accepted are {', '.join(PARTS)}; without one, all", file=sys.stderr)
+    """Run the named part with the other arguments, or a whole run."""
+    if arguments and arguments[0] not in PARTS + ALONE:
+        accepted, all_parts = ", ".join(PARTS + ALONE), ", ".join(PARTS)
+        print(f"part {arguments[0]!r}: accepted are {accepted}; without one, {all_parts}", file=sys.stderr)
         return 2
     parts, rest = ((arguments[0],), arguments[1:]) if arguments else (PARTS, [])
     return max(int(importlib.import_module(f"tests.fleet.{part}").main(rest)) for part in parts)
