@@ -133,7 +133,7 @@ class Releaser(Part):
             shutdown_socket(conn)
         if status in session.UNUSABLE or session.ended_session(error):
             return DiscardReason.BROKEN, error
-        if error is not None and self._evict_rule.applies_to(error):
+        if error is not None and self._evict_rule.applies_to(error, conn):
             return DiscardReason.EVICT_ON, error
         refused = checkout.block and session.refused_writing(error, conn)
         slot = checkout.slot

@@ -83,6 +83,20 @@ def test_an_error_raised_from_another(dsn: str) -> None:
         assert not conn.closed
 
 
+def test_an_error_of_another_connection(dsn: str) -> None:
+    """It costs its own connection the place, not the one of the block around; nor does an error raised from it."""
+    with make(1, 1, dsn, evict_on=["22012"]) as pool, make(1, 1, dsn, evict_on=["22012"]) as other:
+        with pytest.raises(errors.DivisionByZero), pool.connection() as conn, other.connection() as inner:
+            ask(inner, DIVISION)
+        assert inner.closed
+        assert not conn.closed
+        with pytest.raises(ShopError), pool.connection() as conn, other.connection() as inner:
+            translate(inner)
+        assert inner.closed
+        assert not conn.closed
+        assert pool.stats().discarded == {}
+
+
 def translate(conn: connection) -> None:
     try:
         ask(conn, DIVISION)
