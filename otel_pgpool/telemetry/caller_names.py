@@ -19,7 +19,9 @@ VALUE = "{id}"
 _METHOD = re.compile(r"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|TRACE|CONNECT|HTTP)\b")
 _SERVER = re.compile(r"\b[a-z][a-z0-9+.-]*://[^/?\s]*", re.IGNORECASE)
 _GROUP = re.compile(r"\(\?P<\w+>(?:[^()]|\([^()]*\))*\)")  # of a route that is a regular expression, as in Django
-_VERSION = re.compile(r"v\d{1,3}(?:\.\d{1,3})*", re.IGNORECASE)
+_STATIC = re.compile(  # parts of a route in spite of a digit: a version, also within the name of a gRPC service
+    r"(?:[a-z_]+\.)*v\d{1,3}(?:\.\d{1,3})*(?:(?:alpha|beta)\d{0,3})?(?:\.[a-z_]+)*|oauth[12]", re.IGNORECASE
+)
 _DIGIT = re.compile(r"\d")
 _LONGEST_WORD = 64
 
@@ -55,8 +57,9 @@ def name_of_span(name: str) -> str:
     """Return the name of a span without the parameters of a URL; empty if nothing is left.
 
     Server, query and fragment are removed. Numbers, hashes, UUIDs and what else cannot be a part of a route are
-    replaced by `VALUE`; in a path also every part with a digit, except for a version such as ``v1``. A value that
-    consists of letters only cannot be distinguished from a part of a route.
+    replaced by `VALUE`; in a path also every part with a digit, except for a version such as ``v1``, the name of a gRPC
+    service with a version, and ``oauth2``. A value that consists of letters only cannot be distinguished from a part of
+    a route.
     """
     name, has_server = _SERVER.subn("", name[: 2 * LONGEST_NAME])
     name = _GROUP.sub(VALUE, name).partition("?")[0]
@@ -74,7 +77,7 @@ def _word(word: str, *, is_path: bool) -> str:
 def _is_value(part: str, *, is_path: bool) -> bool:
     if len(part) > _LONGEST_WORD or _VALUES.fullmatch(part):
         return True
-    return is_path and _DIGIT.search(part) is not None and not _VERSION.fullmatch(part)
+    return is_path and _DIGIT.search(part) is not None and not _STATIC.fullmatch(part)
 
 
 def name_of_code(code: CodeType) -> str:
