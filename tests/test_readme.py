@@ -38,6 +38,7 @@ from sqlalchemy import pool as sqlalchemy_pools
 import otel_pgpool
 from benchmarks import span_modes
 from otel_pgpool import ConnectionPool, PgPoolInstrumentor, PoolTimeout
+from otel_pgpool.cli import main as otel_pgpool_command
 from otel_pgpool.config import SPAN_MODES, PoolConfig, TelemetryConfig
 from otel_pgpool.driver.reset import PROXY_WAIT
 from otel_pgpool.environment import ENVIRONMENT
@@ -184,6 +185,8 @@ def test_a_shell_line_works(document: str, line: str, environ: dict[str, str], t
         program = read(document).programs[words[2]]
         write(program, tmp_path)
         assert run(WITH_POSTGRES, environ, tmp_path, f"DATABASE_URL=dbname=nowhere {line}") == program.prints
+    elif words[0] == "otel-pgpool":
+        assert otel_pgpool_command(words[1:]) == 0
     elif words[0] == "jaeger":
         assert all(word.startswith("--set=extensions.jaeger_query.") for word in words[1:])
     else:
