@@ -30,7 +30,7 @@ BETA = 2.38
 
 @dataclass(frozen=True)
 class Load:
-    """What the fleet does."""
+    """The load of a fleet."""
 
     processes: int
     max_connections: int
@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures, and what cannot be."""
+    """The figures of a load, and the findings: what cannot be served, or is not needed."""
 
     load: Load
     findings: tuple[str, ...]
@@ -116,7 +116,7 @@ def connections_for(busy: float) -> int:
 
 
 def _findings(load: Load, budget: int, clients: int) -> list[str]:
-    """Return what is impossible or not needed."""
+    """Return what cannot be served, or is not needed."""
     rate, in_use = load.processes * load.arrivals, load.processes * load.arrivals * load.hold
     if in_use >= budget:
         most = RESERVED + math.ceil((math.floor(in_use) + 1) / SHARE)

@@ -1,4 +1,4 @@
-"""What the telemetry of one process costs, as measured; tests compare it with the measurements."""
+"""Measured costs of the telemetry of a fleet. Tests compare them with the pages that have the measurements."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _sqlstates(error: BaseException, conn: connection) -> Iterator[str]:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         state = sqlstate_of(cause)
-        cursor = getattr(cause, "cursor", None)  # None if no statement of a cursor failed, but a commit
+        cursor = getattr(cause, "cursor", None)  # None for a failed commit
         if state is not None and (cursor is None or cursor.connection is conn):
             yield state
         cause = cause.__cause__

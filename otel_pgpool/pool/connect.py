@@ -145,7 +145,7 @@ class Connectors(Part):
         return error
 
     def stop(self) -> None:
-        """Wake the retry thread, which then finds the pool closed."""
+        """Wake the retry thread, which ends if the pool is no longer open."""
         self._wakeup.set()
 
     def join(self, seconds: float) -> None:

@@ -225,11 +225,11 @@ class Core(Handover):
             self.state = State.OPEN
             self.stays_open |= stays
 
-    def rollback_open(self) -> list[Slot] | None:
-        """Undo `open` after a failure; return the idle slots, which the caller has to close, or None: it stays open."""
+    def rollback_open(self) -> list[Slot]:
+        """Undo `open` after a failure, unless the pool stays open; return the idle slots, which the caller closes."""
         with self.lock:
             if self.stays_open:
-                return None
+                return []
             if self.state is State.OPEN and len(self.queue) == 0:  # a pool with waiters stays open for them
                 self.state = State.NEW
                 self.outage = None

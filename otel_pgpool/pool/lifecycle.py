@@ -55,10 +55,8 @@ class Lifecycle(Part):
         try:
             self.wait(timeout)
         except BaseException:
-            undone = self._core.rollback_open()
-            if undone is not None:
-                self._discarder.discard(undone, DiscardReason.CLOSED)
-                self._connectors.stop()
+            self._discarder.discard(self._core.rollback_open(), DiscardReason.CLOSED)
+            self._connectors.stop()
             raise
 
     def wait(self, timeout: float | None) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 MEASURED = Path(__file__).with_name("measured")
 REAL, SIMULATED = "real", "simulated"
@@ -42,6 +47,22 @@ class Figures:
     """MiB of one process (proportional set size), the median. Only for real processes."""
     threads: int | None = None
     """Threads of one process at the end, the median. Only for real processes."""
+
+
+def peak(moments: Iterable[float], begin: float, end: float = math.inf) -> int:
+    """Return the most of some moments, between two others, that lie within one second."""
+    inside = sorted(moment for moment in moments if begin <= moment <= end)
+    most = first = 0
+    for last, moment in enumerate(inside):
+        while inside[first] <= moment - 1.0:
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def fairness(served: Collection[int]) -> float:
+    """Return Jain's index of the checkouts served for each process: 1 if each was served the same number."""
+    return sum(served) ** 2 / (len(served) * sum(count * count for count in served))
 
 
 def save(part: str, figures: list[Figures], **about: object) -> Path:

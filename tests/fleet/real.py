@@ -16,22 +16,22 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.fleet.figures import REAL, Figures, save
+from tests.fleet.figures import REAL, Figures, fairness, peak, save
+from tests.fleet.options import add_options
 from tests.fleet.real_server import LOGIN_RETRY, Tier
 from tests.fleet.scenarios import SCENARIOS, Event, Scenario
 from tests.fleet.worker import MINCONN, Order, Report, run
-from tests.support.external_programs import environment, find_program
+from tests.support.external_programs import environment, locate_program, missing
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
 
 ENDS_WITHIN = 20.0  # seconds, of one worker
+WHOLE = 150
+"""Processes of a run whose figures are saved."""
 STARTING = 8
 """Workers that start at the same time: of more, some would not get the CPU for a connect within its timeout."""
-OUTAGES = (Event.POSTGRES_RESTART, Event.PGBOUNCER_AWAY)
 
 
 class Workers:
@@ -93,7 +93,7 @@ class Workers:
 
     def _start(self, number: int) -> tuple[ForkServerProcess, Connection]:
         scenario = self._scenario
-        is_bad = number == 0 and scenario.event in (Event.LEAK, Event.FLOOD)
+        is_bad = number == 0 and scenario.event.is_of_one_process
         event = scenario.event if is_bad else Event.NONE
         seed = f"{self._seed}-{number}-{self._generation}"
         order = Order(number, seed, self._dsn, scenario.fleet, event, scenario.disturbance)
@@ -191,11 +191,11 @@ def measure(scenario: Scenario, seed: int, about: dict[str, object]) -> Figures:
             failed=_failed(reports),
             wait_p50=percentiles[49],
             wait_p99=percentiles[98],
-            recovery=_recovery(reports, ended) if scenario.event in OUTAGES else None,
-            logins_peak=_peak(tier.logins(), epoch, finished),
-            server_connects_peak=_peak(tier.server_connects(), epoch, finished),
+            recovery=_recovery(reports, ended) if scenario.event.is_outage else None,
+            logins_peak=peak(tier.logins(), epoch, finished),
+            server_connects_peak=peak(tier.server_connects(), epoch, finished),
             server_connections=tier.watch.most,
-            fairness=_fairness(list(served.values())),
+            fairness=fairness(served.values()),
             memory=round(memory, 1),
             threads=round(threads),
         )
@@ -205,7 +205,7 @@ def _served(scenario: Scenario, reports: list[Report]) -> dict[int, int]:
     """Return how many checkouts each process and its successor served, without the one that leaks or floods."""
     served: dict[int, int] = {}
     for report in reports:
-        if report.number or scenario.event not in (Event.LEAK, Event.FLOOD):
+        if report.number or not scenario.event.is_of_one_process:
             served[report.number] = served.get(report.number, 0) + len(report.ends)
     return served
 
@@ -218,21 +218,6 @@ def _failed(reports: list[Report]) -> dict[str, int]:
 def _recovery(reports: list[Report], ended: float) -> float:
     """Return the seconds from `ended` until each process has served; infinite if one never has."""
     return max(min((end - ended for end in report.ends if end > ended), default=float("inf")) for report in reports)
-
-
-def _peak(moments: list[float], begin: float, end: float) -> int:
-    """Return the most moments within one second."""
-    inside = sorted(moment for moment in moments if begin <= moment <= end)
-    most = first = 0
-    for last, moment in enumerate(inside):
-        while inside[first] <= moment - 1.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
-
-
-def _fairness(counts: list[int]) -> float:
-    return sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts))
 
 
 def _memory(pid: int) -> float:
@@ -262,24 +247,14 @@ def _line(figures: Figures, scenario: Scenario) -> str:
     )
 
 
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-
-
 def main(arguments: list[str]) -> int:
     """Measure the scenarios, print a line for each, and return 1 if one passed its budget."""
     parser = argparse.ArgumentParser("python -m tests.fleet real", description=__doc__)
-    names = [scenario.name for scenario in SCENARIOS]
-    parser.add_argument("--scenario", choices=names, help="only this one; nothing is saved")
-    parser.add_argument("--processes", type=_positive, default=150, help="number of workers (150)")
-    parser.add_argument("--seed", type=_positive, default=1, help="of all random moments (1)")
+    add_options(parser, processes=WHOLE, seed=1)
     given = parser.parse_args(arguments)
-    try:
-        program = find_program("pgbouncer")
-    except (pytest.skip.Exception, pytest.fail.Exception) as missing:
-        print(missing, file=sys.stderr)
+    program = locate_program("pgbouncer")
+    if program is None:
+        print(missing("pgbouncer"), file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     chosen = [each.at(given.processes) for each in SCENARIOS if given.scenario in (None, each.name)]
@@ -295,8 +270,8 @@ def main(arguments: list[str]) -> int:
     for scenario in chosen:
         figures.append(measure(scenario, given.seed, about))
         print(_line(figures[-1], scenario), flush=True)
-    if given.scenario is None:
-        save("real", figures, **about)
+    if given.scenario is None and given.processes == WHOLE:
+        save(REAL, figures, **about)
     passed = [
         each.scenario
         for each, scenario in zip(figures, chosen, strict=True)

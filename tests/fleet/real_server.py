@@ -34,7 +34,6 @@ class Watch:
 
     def __init__(self, dsn: str) -> None:
         self.most = 0
-        self.samples = 0
         self._dsn = dsn
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -60,7 +59,6 @@ class Watch:
                 cursor.execute(_COUNT)
                 for (count,) in cursor:
                     self.most = max(self.most, count)
-                self.samples += 1
 
 
 class Tier:

@@ -16,6 +16,20 @@ class Event(Enum):
     LEAK = "one process leaks"
     FLOOD = "one process floods"
 
+    @property
+    def is_outage(self) -> bool:
+        """Return whether no process is served for a while."""
+        return self in {Event.POSTGRES_RESTART, Event.PGBOUNCER_AWAY}
+
+    @property
+    def is_of_one_process(self) -> bool:
+        """Return whether the first process disturbs the others, so that it is left out of their figures."""
+        return self in {Event.LEAK, Event.FLOOD}
+
+
+FLOODERS = 50
+"""Threads of the process that floods, each of which checks out again and again."""
+
 
 @dataclass(frozen=True)
 class Fleet:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from tests.fleet.figures import MEASURED, REAL, SIMULATED, Figures, load, save
+from tests.fleet.options import add_options
 from tests.fleet.scenarios import SCENARIOS, Event, Scenario
 from tests.fleet.simulation.run import simulate
 from tests.fleet.simulation.server import Costs
@@ -55,17 +56,8 @@ def main(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fleet simulate", description=__doc__)
-    parser.add_argument("--seed", type=int, default=17)
-    parser.add_argument("--scenario", choices=[each.name for each in SCENARIOS])
-    parser.add_argument("--processes", type=_positive, default=SIZES[0])
+    add_options(parser, processes=SIZES[0], seed=17)
     return parser.parse_args(arguments)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: accepted are whole numbers from 2 on")
-    return number
 
 
 def compare(real: Sequence[Figures], simulated: Sequence[Figures]) -> list[dict[str, Any]]:

@@ -11,12 +11,11 @@ import json
 from statistics import linear_regression
 from typing import Any
 
-import pytest
-
 from tests.fleet.figures import MEASURED
 from tests.fleet.telemetry_collector import sampling, throughput
 from tests.fleet.telemetry_prometheus import exported, memory
 from tests.support.collector import BINARY
+from tests.support.external_programs import locate_program
 from tests.support.prometheus import OTLP_SINCE, find_version
 
 FILE = MEASURED / "telemetry.json"
@@ -32,10 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each Collector")
     options = parser.parse_args(arguments)
     measured: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
-    try:
-        version = find_version()
-    except (pytest.skip.Exception, pytest.fail.Exception):  # there is none
-        version = ()
+    version = find_version() if locate_program("prometheus") else ()
     if version >= (OTLP_SINCE,):
         measured["prometheus"] = {"version": ".".join(map(str, version)), **measure_prometheus(options.processes)}
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from otel_pgpool import ConnectionPool
-from tests.fleet.scenarios import Event, Fleet
+from tests.fleet.scenarios import FLOODERS, Event, Fleet
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 THREADS = 16
 """Of one worker, for its checkouts: more than wait at any moment while each waits for the whole timeout."""
-FLOODERS = 50
 MINCONN = 1
 
 

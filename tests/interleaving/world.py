@@ -21,6 +21,7 @@ from otel_pgpool.runtime import background, wakeup
 from tests.interleaving import shared
 from tests.interleaving.scheduler import HERE, SchedulerLock, SchedulerRLock
 from tests.support.fakes import agree
+from tests.support.replaced import clocks, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -443,11 +444,7 @@ def faked() -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         (module, "threading", Threading) for module in (slots, waiters, connect, background, wakeup)
     ]
-    changes += [
-        (module, "monotonic", monotonic)
-        for name, module in list(sys.modules.items())
-        if name.startswith("otel_pgpool.") and callable(getattr(module, "monotonic", None)) and "clock" not in name
-    ]
+    changes += clocks(monotonic)
     changes += [
         (background, "is_unpatched", lambda _lock: False),
         (wakeup, "is_unpatched", lambda _lock: False),
@@ -465,11 +462,5 @@ def faked() -> Iterator[None]:
         (checkout, "ManualCheckout", shared.watched(checkout.ManualCheckout)),
         (connect, "ConnectAttempt", shared.watched(connect.ConnectAttempt)),
     ]
-    before = [(module, name, vars(module)[name]) for module, name, _value in changes]
-    for module, name, value in changes:
-        setattr(module, name, value)
-    try:
+    with replaced(changes):
         yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)

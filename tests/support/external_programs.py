@@ -23,18 +23,25 @@ PORTS = range(10_000, 15_000)
 HOST = "127.0.0.1"
 
 
-def find_program(name: str) -> Path:
-    """Return the program that its variable names (PROMETHEUS for prometheus), else that on PATH, else Debian's.
-
-    The test is skipped if there is none; in CI it fails.
-    """
+def locate_program(name: str) -> Path | None:
+    """Return the program that its variable names (PROMETHEUS for prometheus), else that on PATH, else Debian's."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, FOLDERS)])
-    if found := shutil.which(os.environ.get(name.upper()) or name, path=path):
-        return Path(found).absolute()
-    reason = f"there is no {name}: {name.upper()} does not name it, and it is neither on PATH nor in {UNPACKED}"
+    found = shutil.which(os.environ.get(name.upper()) or name, path=path)
+    return Path(found).absolute() if found else None
+
+
+def missing(name: str) -> str:
+    """Return the text about a program that is not here."""
+    return f"there is no {name}: {name.upper()} does not name it, and it is neither on PATH nor in {UNPACKED}"
+
+
+def find_program(name: str) -> Path:
+    """Return the program of `locate_program`. The test is skipped if there is none; in CI it fails."""
+    if found := locate_program(name):
+        return found
     if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
+        pytest.fail(missing(name))
+    pytest.skip(missing(name))
 
 
 def free_ports(count: int) -> list[int]:

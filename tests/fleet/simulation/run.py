@@ -17,17 +17,16 @@ from otel_pgpool.driver import attempt, session
 from otel_pgpool.pool import backoff, connect, context, discard, liveness, slots, waiters
 from otel_pgpool.pool import parts as parts_module
 from otel_pgpool.runtime import background, wakeup
-from tests.fleet.figures import SIMULATED, Figures
-from tests.fleet.scenarios import Event, Fleet, Scenario
+from tests.fleet.figures import SIMULATED, Figures, fairness, peak
+from tests.fleet.scenarios import FLOODERS, Event, Fleet, Scenario
 from tests.fleet.simulation.server import Bouncer, Connection, Costs
 from tests.fleet.simulation.tasks import Here, Tasks, Threading, monotonic
+from tests.support.replaced import clocks, replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 FOREVER = 1e6
-FLOODERS = 50
-"""Threads of the process that floods, each of which checks out again and again."""
 
 
 def longest_delay(number: int) -> float:
@@ -47,11 +46,7 @@ def simulated(chance: random.Random, *, jitter: bool) -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         (module, "threading", Threading) for module in (slots, waiters, connect, attempt, background, wakeup)
     ]
-    changes += [
-        (module, "monotonic", monotonic)
-        for name, module in list(sys.modules.items())
-        if name.startswith("otel_pgpool.") and callable(getattr(module, "monotonic", None)) and "clock" not in name
-    ]
+    changes += clocks(monotonic)
     changes += [(module, "is_unpatched", lambda _lock: False) for module in (background, wakeup)]
     changes += [(module, "close", Connection.close) for module in (discard, session)]
     changes += [(module, "random", chance) for module in (connect, backoff)]
@@ -62,14 +57,8 @@ def simulated(chance: random.Random, *, jitter: bool) -> Iterator[None]:
         (liveness, "is_readable", lambda conn: conn.is_cut),
         (liveness, "ping", ping),
     ]
-    before = [(module, name, vars(module)[name]) for module, name, _value in changes]
-    for module, name, value in changes:
-        setattr(module, name, value)
-    try:
+    with replaced(changes):
         yield
-    finally:
-        for module, name, value in before:
-            setattr(module, name, value)
 
 
 class Process:
@@ -190,10 +179,9 @@ class Run:
     def figures(self, seed: int) -> Figures:
         """Return what the run has measured."""
         scenario, waits = self.scenario, sorted(self.waits)
-        is_outage = scenario.event in {Event.POSTGRES_RESTART, Event.PGBOUNCER_AWAY}
         firsts = [each.first_served_after for each in self.processes if each.first_served_after is not None]
-        has_recovered = is_outage and len(firsts) == len(self.processes)
-        is_odd = scenario.event in {Event.LEAK, Event.FLOOD}
+        has_recovered = scenario.event.is_outage and len(firsts) == len(self.processes)
+        counted = self.processes[1:] if scenario.event.is_of_one_process else self.processes
         return Figures(
             scenario=scenario.name,
             source=SIMULATED,
@@ -207,28 +195,12 @@ class Run:
             logins_peak=peak(self.bouncer.logins, START),
             server_connects_peak=peak(self.bouncer.server_connects, START),
             server_connections=self.bouncer.most_opened,
-            fairness=round(fairness([each.served for each in self.processes[int(is_odd) :]]), 4),
+            fairness=round(fairness([each.served for each in counted]), 4),
         )
 
 
 START = 5.0
 """Seconds after which the fleet has started, so that the peaks do not contain its start."""
-
-
-def peak(times: Iterable[float], since: float) -> int:
-    """Return the most events within one second, after a moment. ``times`` are in order."""
-    most, window = 0, [at for at in times if at >= since]
-    first = 0
-    for last, at in enumerate(window):
-        while window[first] <= at - 1.0:
-            first += 1
-        most = max(most, last - first + 1)
-    return most
-
-
-def fairness(served: list[int]) -> float:
-    """Return Jain's index: 1 if each was served the same number."""
-    return sum(served) ** 2 / (len(served) * sum(each * each for each in served))
 
 
 def simulate(scenario: Scenario, seed: int, *, jitter: bool = True, costs: Costs | None = None) -> Figures:
