@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOREVER = 1e6
+START = 5.0
+"""Seconds after which the fleet has started, so that the peaks do not contain its start."""
 
 
 def longest_delay(number: int) -> float:
@@ -197,10 +199,6 @@ class Run:
             server_connections=self.bouncer.most_opened,
             fairness=round(fairness([each.served for each in counted]), 4),
         )
-
-
-START = 5.0
-"""Seconds after which the fleet has started, so that the peaks do not contain its start."""
 
 
 def simulate(scenario: Scenario, seed: int, *, jitter: bool = True, costs: Costs | None = None) -> Figures:
