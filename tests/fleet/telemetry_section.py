@@ -24,7 +24,7 @@ def _prometheus(prometheus: dict[str, Any]) -> str:
     head = ("| histograms | processes | series | resident memory, MiB |", "| --- | ---: | ---: | ---: |")
     table = "\n".join((*head, *rows))
     return f"""\
-`PROMETHEUS=... OTELCOL=... python -m tests.fleet telemetry` measured these figures, on a machine that others used too.
+`PROMETHEUS=... OTELCOL=... python -m tests.fleet telemetry` measured these figures.
 What the two variables do not name is left out, and the last figures stay.
 
 A Prometheus {prometheus["version"]} was sent an hour of exports of a real pool at work, one each
@@ -51,8 +51,8 @@ def _collector(collector: dict[str, Any]) -> str:
         rows.append(f"| {' | '.join(cells)} | {at['memory']:.0f} |")
     table = "\n".join(rows)
     return f"""\
-A real Collector passed on, with {plan_figures.SPANS_A_CHECKOUT} spans for each checkout, on a machine that the sender
-shared; cores are rounded to a tenth.
+The table shows what a real Collector passed on. Each checkout had {plan_figures.SPANS_A_CHECKOUT} spans. The sender ran on
+the same machine. Cores are rounded to a tenth.
 `collector.yaml` stands for an agent, because it removes SQL and queues on disk in the same way. `gateway.yaml`
 had more room than the file gives (`num_traces: 2000000`, `decision_wait: 5s`).
 
