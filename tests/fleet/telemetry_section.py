@@ -51,8 +51,8 @@ def _collector(collector: dict[str, Any]) -> str:
         rows.append(f"| {' | '.join(cells)} | {at['memory']:.0f} |")
     table = "\n".join(rows)
     return f"""\
-The table shows what a real Collector passed on. Each checkout had {plan_figures.SPANS_A_CHECKOUT} spans. The sender ran on
-the same machine. Cores are rounded to a tenth.
+The table shows what a real Collector passed on. Each checkout had {plan_figures.SPANS_A_CHECKOUT} spans. The sender ran
+on the same machine. Cores are rounded to a tenth.
 `collector.yaml` stands for an agent, because it removes SQL and queues on disk in the same way. `gateway.yaml`
 had more room than the file gives (`num_traces: 2000000`, `decision_wait: 5s`).
 
